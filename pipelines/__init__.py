@@ -1,0 +1,1 @@
+"""Jobs around the library, and the `seedvr2` command."""

@@ -1,0 +1,1 @@
+"""How close a restored frame is to its original."""

@@ -1,0 +1,1 @@
+"""The networks: generator, autoencoder and what they are made of."""

@@ -1,0 +1,1 @@
+"""How the networks are trained; knows nothing of files or clusters."""

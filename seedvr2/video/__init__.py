@@ -1,0 +1,1 @@
+"""Pixels in files and in memory: reading, resizing, cutting, matching, degrading, writing."""
