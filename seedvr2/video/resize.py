@@ -181,7 +181,7 @@ def frames_to_pixels(frames: Frames, bit_depth: int = 8) -> Tensor:
             f"expected {bit_depth} bit frames as {_frame_type(bit_depth)} (T, H, W, 3), "
             f"got {frames.dtype} {frames.shape}"
         )
-    values = torch.from_numpy(np.ascontiguousarray(frames)).to(torch.float32)
+    values = torch.from_numpy(frames.copy()).to(torch.float32)  # torch takes no negative strides
     pixels = rearrange(values, "t h w c -> 1 c t h w").contiguous()
     return pixels.div_(2**bit_depth - 1).sub_(0.5).div_(0.5)
 

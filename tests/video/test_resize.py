@@ -204,3 +204,9 @@ def test_impossible_sizes_are_refused():
         resize.padded_length(0)
     with pytest.raises(ShapeError, match="between 1 and 0"):
         resize.repeat_last_frame(pixels, 0)
+
+
+def test_frames_in_reverse_order_are_taken():
+    frames = np.arange(2 * 16 * 16 * 3, dtype=np.uint32).astype(np.uint8).reshape(2, 16, 16, 3)
+    assert torch.equal(resize.frames_to_pixels(frames[:1][::-1]), resize.frames_to_pixels(frames[:1]))
+    assert torch.equal(resize.frames_to_pixels(frames[::-1]), resize.frames_to_pixels(frames).flip(2))
