@@ -15,39 +15,54 @@ import click
 from seedvr2 import __version__
 from seedvr2.errors import CheckpointError, ConfigError, SeedVR2Error
 
+_OUT_OF_MEMORY = (
+    "out of memory; lower --segment-frames, or the size of the output by --resolution, --scale or --area, "
+    "or use --dtype bfloat16"
+)
 _LOG = logging.getLogger(__name__)
 
 
 class OneLineErrors(click.Group):
     """A group of commands that ends every foreseeable error in one line."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the group's own options; a mistake in them becomes one line."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            raise _failure(_usage(error), 2) from error
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; see the module for what errors become."""
+        """Run a command; see the module for what its errors become."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            where = error.ctx.command_path if error.ctx else ctx.command_path
-            _fail(ctx, f"{_sentence(error.format_message())}; see `{where} --help`", 2)
+            raise _failure(_usage(error), 2) from error
         except SeedVR2Error as error:
-            _fail(ctx, str(error), 2 if isinstance(error, ConfigError) else 1)
-        except KeyboardInterrupt:
+            raise _failure(str(error), 2 if isinstance(error, ConfigError) else 1) from error
+        except KeyboardInterrupt as error:
             kept = "finished parts are kept, the same command continues after them"
-            _fail(ctx, f"interrupted; {kept if ctx.invoked_subcommand == 'restore' else 'run it again'}", 130)
+            raise _failure(
+                f"interrupted; {kept if ctx.invoked_subcommand == 'restore' else 'nothing is kept'}", 130
+            ) from error
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            _fail(
-                ctx,
-                "out of memory; lower --segment-frames, or the size of the output by --resolution, --scale or "
-                "--area, or use --dtype bfloat16",
-                1,
-            )
+            raise _failure(_OUT_OF_MEMORY, 1) from error
 
 
-def _fail(ctx: click.Context, message: str, code: int) -> None:
+def _failure(message: str, code: int) -> click.exceptions.Exit:
+    """Print one line; what is returned ends the command when raised."""
     _LOG.debug("where it happened", exc_info=True)
     click.echo(f"seedvr2: error: {' '.join(message.splitlines())}", err=True)
-    ctx.exit(code)
+    return click.exceptions.Exit(code)
+
+
+def _usage(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx else "seedvr2"
+    return f"{_sentence(error.format_message())}; see `{command} --help`"
 
 
 def _sentence(message: str) -> str:
@@ -112,7 +127,7 @@ def _pixels(_ctx: click.Context, _option: click.Parameter, value: str | None) ->
     return numbers[0] * numbers[-1] if len(numbers) == 2 else numbers[0]
 
 
-@main.command()
+@main.command(short_help="Restore a video, a picture or a sequence of pictures.")
 @click.argument("source", metavar="INPUT")
 @click.argument("output", required=False)
 @click.option("--model", default="nano", metavar="nano|DIRECTORY", help="The bundled model, or a directory.")
@@ -284,7 +299,7 @@ def show(path: str, as_json: bool) -> None:
         )
 
 
-@main.command()
+@main.command(short_help="Restore and measure a bundled clip.")
 @click.option(
     "--output-dir",
     default="demo",
@@ -311,3 +326,33 @@ def demo(output_dir: Path, device: str, dtype: str) -> None:
         result = run_demo(output_dir, model, material / "lq.mp4", material / "hq.mp4", on_progress)
     for line in demo_lines(result):
         click.echo(line)
+
+
+@main.command()
+@click.argument("recipe", metavar="NAME|FILE.toml")
+@click.option(
+    "--output", "folder", required=True, metavar="DIRECTORY", type=click.Path(path_type=Path), help="The run."
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the recipe.")
+@click.option("--threads", type=click.IntRange(1), metavar="NUMBER", help="CPU threads of one computation.")
+@_device
+@_verbose
+def train(recipe: str, folder: Path, overrides: tuple[str, ...], threads: int | None, device: str) -> None:
+    """Train one stage from a recipe, bundled (see `pipelines/recipes`) or your own.
+
+    The model lies in DIRECTORY/model in the end, metrics in DIRECTORY/metrics.jsonl. Run the same command again
+    after an interruption, and it continues from the last checkpoint.
+    """
+    import torch
+    from rich.console import Console
+
+    from pipelines.console import steps_progress
+    from pipelines.options import choose_device
+    from pipelines.train import load_recipe, run_recipe
+
+    if threads:
+        torch.set_num_threads(threads)
+    chosen = load_recipe(recipe, overrides)
+    with steps_progress(Console(stderr=True), chosen.steps) as on_step:
+        model = run_recipe(chosen, folder, choose_device(device), on_step)
+    click.echo(f"{model}: trained, {chosen.steps:,} steps")

@@ -63,10 +63,41 @@ def frames_progress(console: Console) -> Iterator[Callable[[float, int], None] |
         task = progress.add_task("reading", total=None, frames="")
 
         def show(done: float, total: int) -> None:
-            frames = f"{int(done)}/{total} frames"
+            frames = f"{int(done + 1e-6)}/{total} frames"
             progress.update(task, description="restoring", completed=done, total=total, frames=frames)
 
         yield show
+
+
+@contextmanager
+def steps_progress(
+    console: Console, steps: int, every: int = 50
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A progress bar of a training run with its latest metrics; without a terminal, a line now and then.
+
+    Args:
+        console: Where it is drawn.
+        steps: Updates in all.
+        every: Updates that the shown metrics are averaged over.
+
+    Yields:
+        A function to call after each update with its number and metrics.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    recent: list[dict[str, float]] = []
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=steps)
+
+        def on_step(step: int, metrics: dict[str, float]) -> None:
+            recent.append(metrics)
+            if (step + 1) % every == 0 or step + 1 == steps:
+                mean = {name: sum(row[name] for row in recent) / len(recent) for name in metrics}
+                line = "  ".join(f"{name} {value:.4g}" for name, value in mean.items())
+                console.print(f"{step + 1}/{steps}  {line}", highlight=False)
+                recent.clear()
+            bar.update(task, completed=step + 1)
+
+        yield on_step
 
 
 def restored_lines(restored: Restored, source: str) -> list[str]:

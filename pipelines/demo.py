@@ -21,7 +21,7 @@ from seedvr2.video.write import writing
 
 _Pictures: TypeAlias = NDArray[np.uint8]
 
-_ZOOM = 4
+_ZOOM = 3
 """Enlargement of the lower half of the picture, pixel by pixel."""
 _MARGIN = 8
 """Pixels between and around panels."""

@@ -5,7 +5,7 @@ A rerun of the same command continues after the last complete checkpoint.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 import cv2
 import numpy as np
@@ -15,8 +15,8 @@ from pydantic import model_validator
 from pipelines.footage import Footage
 from pipelines.pairs import BucketsConfig, Prefetch, clean_batch, latent_pairs
 from seedvr2.checkpoint import load_autoencoder
-from seedvr2.config import Config, load_preset
-from seedvr2.errors import StageError
+from seedvr2.config import Config, load_config, load_preset
+from seedvr2.errors import ConfigError, StageError
 from seedvr2.storage import write_atomic
 from seedvr2.training.autoencoder import AutoencoderStage, AutoencoderStageConfig, normalise_latent
 from seedvr2.training.linear_start import start_linear
@@ -55,9 +55,27 @@ class TrainRecipe(Config):
         return self
 
     @property
-    def stage(self) -> Literal["autoencoder", "regression"]:
-        """Name of the stage."""
-        return "autoencoder" if self.autoencoder is not None else "regression"
+    def steps(self) -> int:
+        """Updates of the stage."""
+        return sum(stage.steps for stage in (self.autoencoder, self.regression) if stage is not None)
+
+
+def load_recipe(name: str, overrides: tuple[str, ...] = ()) -> TrainRecipe:
+    """A recipe by the name of a bundled one, or from a TOML file.
+
+    Args:
+        name: Such as nano-regression, or a path that ends in .toml.
+        overrides: `key=value` strings, see `load_config`.
+
+    Raises:
+        ConfigError: No such recipe, an unknown key, or a value that does not fit.
+    """
+    if name.endswith(".toml"):
+        return load_config(TrainRecipe, name, overrides)
+    bundled = {path.stem: path for path in Path(__file__).with_name("recipes").glob("*.toml")}
+    if name not in bundled:
+        raise ConfigError(f"no recipe {name!r}; name a .toml file, or one of {', '.join(sorted(bundled))}")
+    return load_config(TrainRecipe, bundled[name], overrides)
 
 
 def run_recipe(
@@ -102,8 +120,7 @@ def _train_autoencoder(
     batches = Prefetch(lambda step: clean_batch(footage, recipe.data, recipe.seed, step), config.steps, 1)
     train(stage, batches, config.steps, folder, recipe.checkpoint_every, on_step)
     batches.close()
-    rng = np.random.default_rng([recipe.seed, 1 << 40])
-    sample = torch.cat([frames_to_pixels(footage.crop(rng, 5, 128)) for _ in range(32)]).to(device)
+    sample = _sample_clips(footage, recipe.seed).to(device)
     with torch.inference_mode():
         means = stage.ema.model.encode(sample).mode()
     normalise_latent(stage.ema.model, means)
@@ -119,7 +136,11 @@ def _train_regression(
     on_step: Callable[[int, dict[str, float]], None] | None,
 ) -> None:
     autoencoder = load_autoencoder(Path(recipe.parent), device=device)
-    stage = RegressionStage(load_preset(recipe.preset).generator, autoencoder, config, recipe.seed, device)
+    sample = _sample_clips(footage, recipe.seed).to(device)
+    with torch.inference_mode():
+        latents = autoencoder.to_latent(autoencoder.encode(sample).mode())
+    preset = load_preset(recipe.preset).generator
+    stage = RegressionStage(preset, autoencoder, config, latents.clone(), recipe.seed, device)
     batches = Prefetch(
         lambda step: latent_pairs(footage, recipe.data, autoencoder, recipe.seed, step, config.autocast),
         config.steps,
@@ -132,6 +153,12 @@ def _start_crops(footage: Footage, seed: int) -> torch.Tensor:
     """Pictures (N, 3, 64, 64) in [-1, 1]."""
     rng = np.random.default_rng([seed, 1 << 41])
     return torch.cat([frames_to_pixels(footage.crop(rng, 1, 64))[:, :, 0] for _ in range(START_CROPS)])
+
+
+def _sample_clips(footage: Footage, seed: int) -> torch.Tensor:
+    """Clips (N, 3, 5, 128, 128) in [-1, 1] that stand for all footage."""
+    rng = np.random.default_rng([seed, 1 << 40])
+    return torch.cat([frames_to_pixels(footage.crop(rng, 5, 128)) for _ in range(32)])
 
 
 def _claim(folder: Path, recipe: TrainRecipe) -> None:

@@ -285,8 +285,9 @@ def save_training_state(folder: Path, state: dict[str, Any]) -> None:
 
     def strip(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
-            tensors[path] = node.detach().cpu().contiguous().clone()
-            return {"tensor": path}
+            name = f"{len(tensors)}{path}"  # a key with a slash may spell the path of another
+            tensors[name] = node.detach().cpu().contiguous().clone()
+            return {"tensor": name}
         if isinstance(node, dict):
             return {"dict": [[key, strip(value, f"{path}/{key}")] for key, value in node.items()]}
         if isinstance(node, list | tuple):
@@ -306,13 +307,6 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: A file is missing or damaged.
     """
-    try:
-        tensors = load_file(folder / "state.safetensors")
-        tree = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{folder}: damaged training state ({error}); delete it to resume earlier"
-        ) from error
 
     def rebuild(node: Any) -> Any:
         ((kind, value),) = node.items()
@@ -322,5 +316,12 @@ def load_training_state(folder: Path) -> dict[str, Any]:
             return {key: rebuild(child) for key, child in value}
         return [rebuild(child) for child in value] if kind == "list" else value
 
-    state: dict[str, Any] = rebuild(tree)
+    try:
+        tensors = load_file(folder / "state.safetensors")
+        state: dict[str, Any] = rebuild(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{folder}: damaged training state ({reason}); delete it to resume earlier"
+        ) from error
     return state

@@ -9,12 +9,17 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
 
 
-def velocity_loss(predicted: Tensor, target: Tensor) -> Tensor:
+def velocity_loss(predicted: Tensor, target: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """Mean squared error of one sample's velocity, in fp32.
+
+    Args:
+        predicted: Velocity, any shape.
+        target: The same shape.
+        weight: Broadcast over the squared differences; 1 is the paper's loss.
 
     Source: flow matching with velocity = noise - latent; SeedVR2 (arXiv 2506.05301), Sec. 3.1.
     """
-    return (predicted.float() - target.float()).square().mean()
+    return (weight * (predicted.float() - target.float()).square()).mean()
 
 
 def charbonnier(predicted: Tensor, target: Tensor, epsilon: float = 1e-3) -> Tensor:

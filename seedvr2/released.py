@@ -157,7 +157,7 @@ def generator_config_from_released(state: Mapping[str, Tensor]) -> GeneratorConf
         raise CheckpointError(
             f"expected the tensors of a released generator, found {len(state)} others; no {error}"
         ) from error
-    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    layers = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     separate = [i for i in range(layers) if f"blocks.{i}.attn.proj_qkv.vid.weight" in state]
     output_norm = "vid_out_norm.weight" in state
     last_is_separate = layers - 1 in separate
@@ -202,7 +202,7 @@ def _require_equal_shapes(state: Mapping[str, Tensor], shapes: Mapping[str, torc
     if complaints:
         raise CheckpointError(
             f"expected {len(shapes)} released tensors, but {'; '.join(complaints)}; "
-            "check that the preset fits this checkpoint"
+            "the file is incomplete or of another model"
         )
 
 
@@ -219,6 +219,6 @@ def _shared_frequencies(state: Mapping[str, Tensor], names: Sequence[str], confi
         ):
             raise CheckpointError(
                 f"{name!r} is not the canonical table of {config.rope} frequencies; "
-                "check that the preset fits this checkpoint"
+                "the file is incomplete or of another model"
             )
     return stored if exact else canonical

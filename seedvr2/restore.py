@@ -25,7 +25,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from seedvr2 import __version__
@@ -54,7 +54,7 @@ from seedvr2.video.resize import (
 )
 from seedvr2.video.segments import Segment, cross_fade_weights, plan_segments
 from seedvr2.video.shots import ShotDetector
-from seedvr2.video.write import PART_SUFFIX, EncodeSettings, write_part
+from seedvr2.video.write import PART_SUFFIX, EncodeSettings, write_part, writing
 
 DEFAULT_AREA = 1280 * 720
 """Pixels per frame that the released models were trained at."""
@@ -375,7 +375,8 @@ class Parts:
             if other.name != prefix + key:  # of the same output with other options: of no use any more
                 shutil.rmtree(other, ignore_errors=True)
         folder = output.parent / (prefix + key)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return cls(folder)
 
     def path(self, index: int) -> Path:
@@ -388,8 +389,9 @@ class Parts:
 
     def write_tail(self, index: int, pixels: Tensor) -> None:
         """Keep the frames that the next segment blends into: (1, 3, t, H, W), stored as float16."""
-        with write_atomic(self._tail(index)) as temporary:
-            save_file({"pixels": pixels.half().contiguous()}, temporary)
+        path = self._tail(index)
+        with writing(path), write_atomic(path) as temporary:
+            temporary.write_bytes(save({"pixels": pixels.half().contiguous()}))
 
     def read_tail(self, index: int) -> Tensor:
         """Frames kept by `write_tail`, float32."""
@@ -465,12 +467,12 @@ def restore_video(
             on_progress(min(done, plan.found.frames), plan.found.frames)
 
     for segment in plan.segments:
-        share = len(segment.owned) / segment.padded
+        owned = len(segment.owned)
         if parts.is_done(segment.index):
             resumed += 1
-            advance(len(segment.owned), 1.0)
+            advance(owned, 1.0)
             continue
-        latent = encoder(plan, segment, partial(advance, share=share * ENCODE_SHARE))
+        latent = encoder(plan, segment, partial(advance, share=ENCODE_SHARE * owned / (segment.padded + 3)))
         clock.lap("encode")
         restored = generator([latent], [segment_noise(plan, segment, latent)])[0]
         clock.lap("generate")
@@ -479,7 +481,7 @@ def restore_video(
             segment,
             restored,
             parts,
-            partial(advance, share=share * (1 - ENCODE_SHARE)),
+            partial(advance, share=(1 - ENCODE_SHARE) * owned / segment.length),
         )
         parts.drop_tail(segment.index - 1)
         clock.lap("decode")

@@ -69,6 +69,14 @@ class Case:
         return self.room([self.latent], [self.noise])[0]
 
 
+def assert_same_draw(latent: Tensor, expected: Tensor) -> None:
+    """Within 1e-5, and 2 parts in a million of large draws.
+
+    A draw of size x moves by x/2 times any change of the log-variance, which is itself compared within 1e-5.
+    """
+    torch.testing.assert_close(latent.contiguous(), expected, rtol=2e-6, atol=1e-5)
+
+
 def channels_first(tokens: Tensor) -> Tensor:
     return rearrange(tokens, "t h w c -> c t h w").contiguous()
 
@@ -140,7 +148,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     area = facts["res_h"] * facts["res_w"]
     options = RestoreOptions(area=area, fit="crop", color="none", posterior="mode")
     plan = plan_restore(source, options)
-    segments = plan_segments([(0, len(frames))], max_frames=max(5, len(frames) + 4))
+    segments = plan_segments([(0, len(frames))], max_frames=len(frames) + 4, overlap=0)
     plan = replace(plan, segments=tuple(segments))
     (segment,) = segments
 
@@ -181,13 +189,13 @@ def test_frames_are_resized_before_cropping_as_stored(case: Case) -> None:
     assert max_difference(crop_to_multiple(resized)[0], case.tensors["input(c,t,h,w)"]) <= 2e-5
     if "resized(t,c,h,w)" in case.tensors:
         expected = rearrange(case.tensors["resized(t,c,h,w)"], "t c h w -> c t h w")
-        in_unit_range = expected.min() >= 0  # stored before the step to [-1, 1]
-        assert max_difference(resized[0] * 0.5 + 0.5 if in_unit_range else resized[0], expected) <= 2e-5
+        # Stored in [0, 1], before the clamp.
+        assert max_difference(resized[0] * 0.5 + 0.5, expected.clamp(0, 1)) <= 2e-5
 
 
 def test_the_posterior_draw_is_the_same_latent(case: Case) -> None:
     assert case.autoencoder.config.scaling_factor == case.facts["scaling_factor"]
-    assert max_difference(tokens(case.latent), case.tensors["latent"]) <= 1e-5
+    assert_same_draw(tokens(case.latent), case.tensors["latent"])
 
 
 def test_the_encoder_room_gives_the_mode_of_the_same_posterior(case: Case) -> None:
@@ -195,12 +203,12 @@ def test_the_encoder_room_gives_the_mode_of_the_same_posterior(case: Case) -> No
     with torch.inference_mode():
         posterior = case.autoencoder.encode(case.pixels)
         draw = posterior.sample(noise=case.tensors["vae_eps"])[0] - posterior.mean[0]
-    assert max_difference(tokens(room + case.autoencoder.to_latent(draw)), case.tensors["latent"]) <= 1e-5
+    assert_same_draw(tokens(room + case.autoencoder.to_latent(draw)), case.tensors["latent"])
 
 
 def test_the_condition_is_the_same(case: Case) -> None:
     noised = noise_condition(case.latent, channels_first(case.tensors["aug_noise"]), noise_scale=0.0)
-    assert max_difference(tokens(build_condition(noised)), case.tensors["condition"]) <= 1e-5
+    assert_same_draw(tokens(build_condition(noised)), case.tensors["condition"])
 
 
 def test_one_step_gives_the_same_latent(case: Case) -> None:

@@ -164,9 +164,9 @@ def test_an_autoencoder_with_a_wrong_tensor_is_refused():
     released = {
         _rename(name, _AUTOENCODER_RULES): tensor for name, tensor in Autoencoder(config).state_dict().items()
     }
-    with pytest.raises(CheckpointError, match="1 missing, first 'encoder.conv_in.bias'"):
+    with pytest.raises(CheckpointError, match=r"1 missing, first 'encoder\.conv_in\.bias'"):
         autoencoder_from_released({k: v for k, v in released.items() if k != "encoder.conv_in.bias"}, config)
-    with pytest.raises(CheckpointError, match="1 extra, first 'quant_conv.weight'"):
+    with pytest.raises(CheckpointError, match=r"1 extra, first 'quant_conv\.weight'"):
         autoencoder_from_released(released | {"quant_conv.weight": torch.zeros(1)}, config)
     with pytest.raises(CheckpointError, match="expected the tensors of a released autoencoder"):
         autoencoder_config_from_released({"conv.weight": torch.zeros(1)})

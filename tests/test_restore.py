@@ -262,7 +262,13 @@ def test_a_killed_restoration_resumes_to_the_same_bytes(
     tmp_path: Path, clip: Path, tiny_folder: Path, tiny_model: Model, undisturbed: bytes
 ) -> None:
     output = tmp_path / "restored.mp4"
-    arguments = [str(clip), str(output), str(tiny_folder), SHORT.model_dump_json(), str(torch.get_num_threads())]
+    arguments = [
+        str(clip),
+        str(output),
+        str(tiny_folder),
+        SHORT.model_dump_json(),
+        str(torch.get_num_threads()),
+    ]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not output.exists()
@@ -291,7 +297,9 @@ def test_other_weights_do_not_reuse_finished_parts(tmp_path: Path, clip: Path, t
     output = tmp_path / "restored.mp4"
     with pytest.raises(Interrupted):
         restore_video(clip, output, tiny_model, SHORT, on_progress=interrupt_after(1, tmp_path))
-    files = {name: file.model_copy(update={"sha256": "0" * 64}) for name, file in tiny_model.record.files.items()}
+    files = {
+        name: file.model_copy(update={"sha256": "0" * 64}) for name, file in tiny_model.record.files.items()
+    }
     other = dataclasses.replace(tiny_model, record=tiny_model.record.model_copy(update={"files": files}))
     assert restore_video(clip, output, other, SHORT).resumed == 0
 
@@ -323,9 +331,7 @@ def test_a_truncated_source_gives_what_can_be_decoded(tmp_path: Path, tiny_model
     assert result.lost == 23 - result.frames
     assert len(read(tmp_path / "out.mp4")) == result.frames
     with pytest.raises(VideoError, match="lost"):
-        restore_video(
-            source, tmp_path / "strict.mp4", tiny_model, SHORT.model_copy(update={"strict": True})
-        )
+        restore_video(source, tmp_path / "strict.mp4", tiny_model, SHORT.model_copy(update={"strict": True}))
     assert not (tmp_path / "strict.mp4").exists()
 
 
@@ -436,7 +442,9 @@ def test_colours_are_matched_over_the_whole_segment(tmp_path: Path, tiny_model: 
     torch.testing.assert_close(pixels[0], expected[:, :7], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("color", ["wavelet", "wavelet_capped", "adain", "lab", "hsv", "wavelet_adaptive", "none"])
+@pytest.mark.parametrize(
+    "color", ["wavelet", "wavelet_capped", "adain", "lab", "hsv", "wavelet_adaptive", "none"]
+)
 def test_every_colour_method_restores(tmp_path: Path, tiny_model: Model, color: str) -> None:
     source = picture_sequence(tmp_path / "in", footage(6))
     restore_video(source, f"{tmp_path}/out/", tiny_model, RestoreOptions(scale=1, color=color))
@@ -518,5 +526,7 @@ def test_peak_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) 
     """Through the benchmark's own process: a child inherits the peak of the process that started it."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_memory", "--size", "64x48", "--limit", "1.15"]
     repository = Path(__file__).resolve().parent.parent
-    run = subprocess.run(command, cwd=repository, env={**os.environ}, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command, cwd=repository, env={**os.environ}, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stdout + run.stderr

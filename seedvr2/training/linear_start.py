@@ -112,14 +112,18 @@ def start_identity(generator: Generator) -> None:
         raise StageError(
             f"an identity start needs an output norm and a width above {2 * values}, got {config.width}"
         )
+    taken, height = 2 * values, 4.0 * values**0.5
+    size = ((taken + height**2) / config.width) ** 0.5  # root mean square of a token
     for block in generator.blocks:
         for name, parameter in block.named_parameters():
             if ".out." in name or ".proj_out." in name:
                 parameter.zero_()
             elif name.endswith("_gate"):
                 parameter.fill_(1.0)
+            elif name.endswith("_scale"):  # blocks see values of unit size and not the constant
+                parameter.fill_(size)
+                parameter[taken] = 0
     generator.time_in.proj_out.weight.zero_()
-    taken, height = 2 * values, CONSTANT * values**0.5
     patch_in = rearrange(generator.patch_in.weight, "d (p c) -> d p c", p=4)
     patch_in[:taken] = 0
     noise, source = torch.eye(values), torch.eye(values)
@@ -129,7 +133,7 @@ def start_identity(generator: Generator) -> None:
     generator.patch_in.weight[taken] = 0
     generator.patch_in.bias.zero_()
     generator.patch_in.bias[taken] = height
-    norm.weight.fill_(((taken + height**2) / config.width) ** 0.5)
+    norm.weight.fill_(size)
     norm.weight[taken] = 0
     norm.shift.zero_()
     norm.scale.fill_(1.0)

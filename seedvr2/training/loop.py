@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from seedvr2.checkpoint import load_training_state, save_training_state
-from seedvr2.errors import TrainingDiverged
+from seedvr2.errors import CheckpointError, TrainingDiverged
 from seedvr2.training.stage import BatchT, Stage
 
 COMPLETE = "COMPLETE"
@@ -68,17 +68,29 @@ def train(
 
 
 def resume(stage: Stage[BatchT], checkpoints: Path) -> int:
-    """Load the latest complete checkpoint, if any, and return the number of updates done."""
+    """Load the latest complete checkpoint, if any, and return the number of updates done.
+
+    Raises:
+        CheckpointError: It is damaged or does not fit the stage.
+    """
     complete = sorted(path.parent for path in checkpoints.glob(f"step-*/{COMPLETE}"))
     if not complete:
         return 0
-    stage.load_state_dict(load_training_state(complete[-1]))
-    return int(complete[-1].name.removeprefix("step-"))
+    latest = complete[-1]
+    state = load_training_state(latest)
+    try:
+        stage.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{latest}: does not fit stage {stage.name!r} with this configuration; train in another folder"
+        ) from error
+    return int(latest.name.removeprefix("step-"))
 
 
 def _checkpoint(stage: Stage[BatchT], checkpoints: Path, step: int) -> None:
     folder = checkpoints / f"step-{step:08d}"
     save_training_state(folder, stage.state_dict())
     (folder / COMPLETE).touch()
-    for old in sorted(checkpoints.glob("step-*"))[:-2]:
+    latest = sorted(path.parent for path in checkpoints.glob(f"step-*/{COMPLETE}"))[-2:]
+    for old in set(checkpoints.glob("step-*")) - set(latest):
         shutil.rmtree(old)

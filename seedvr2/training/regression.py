@@ -2,7 +2,9 @@
 
 It sees only timestep 1000, where the velocity with the least squared error is noise - E[clean | source]. This
 is the shortest way to a generator that restores in one step; what it cannot know it averages, so fine texture
-stays soft.
+stays soft. Latent channels of equal variance stand for very unequal parts of a picture, and the fine ones can
+hardly be predicted; so each channel's error counts by the squared error of pixels that it causes. And each sample's
+error counts relative to that of its source, so that the worst samples do not drown the others.
 
 Source: flow matching as in SeedVR2 (arXiv 2506.05301), Sec. 3.1, at its end point.
 """
@@ -60,6 +62,7 @@ class RegressionStage:
         model: Sizes of the generator.
         autoencoder: Frozen; decodes for the pixel loss and is exported beside the generator.
         config: Knobs.
+        sample: Clean latents (B, 16, T', h, w); the first four tell what each channel means in pixels.
         seed: Of the initial weights, the prompts and the noise.
         device: Where to train.
     """
@@ -71,6 +74,7 @@ class RegressionStage:
         model: GeneratorConfig,
         autoencoder: Autoencoder,
         config: RegressionStageConfig,
+        sample: Tensor,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -84,6 +88,7 @@ class RegressionStage:
             shape = (config.text_tokens, model.text_channels)
             self.text = TextEmbedding(torch.randn(shape, device=device), torch.randn(shape, device=device))
         start_identity(self.model)
+        self.channel_weight = pixel_energy(self.autoencoder, sample[:4].to(device))
         self.ema = Ema(self.model, config.optimiser.ema_decay)
         settings = config.optimiser
         self.optimiser = torch.optim.AdamW(
@@ -106,21 +111,23 @@ class RegressionStage:
             restored = [
                 latent_from_velocity(v.float(), n, FULL_NOISE) for v, n in zip(velocities, noise, strict=True)
             ]
-        latent_error = torch.stack(
-            [velocity_loss(v, n - z) for v, n, z in zip(velocities, noise, hq, strict=True)]
-        ).mean()
-        loss = latent_error
-        metrics = {"loss/velocity": latent_error.item()}
-        metrics["loss/velocity_of_source"] = (
-            torch.stack([velocity_loss(a, b) for a, b in zip(lq, hq, strict=True)]).mean().item()
+        weight = self.channel_weight
+        errors = torch.stack(
+            [velocity_loss(v, n - z, weight) for v, n, z in zip(velocities, noise, hq, strict=True)]
         )
+        source_errors = torch.stack([velocity_loss(a, b, weight) for a, b in zip(lq, hq, strict=True)])
+        loss = (errors / (source_errors + 1e-4)).mean()
+        metrics = {
+            "loss/relative": loss.item(),
+            "loss/velocity": errors.mean().item(),
+            "loss/velocity_of_source": source_errors.mean().item(),
+        }
         if self.config.weight_pixels:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
-                errors = [
-                    charbonnier(self.autoencoder.decode(x[None])[0], pair.pixels.to(self.device))
-                    for x, pair in zip(restored, batch, strict=True)
-                ]
-            pixel_error = torch.stack(errors).mean()
+                decoded = [self.autoencoder.decode(x[None])[0] for x in restored]
+            pixel_error = torch.stack(
+                [charbonnier(x, pair.pixels.to(self.device)) for x, pair in zip(decoded, batch, strict=True)]
+            ).mean()
             loss = loss + self.config.weight_pixels * pixel_error
             metrics["loss/pixels"] = pixel_error.item()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -155,3 +162,27 @@ class RegressionStage:
             text=self.text,
             dtype=torch.float16,
         )
+
+
+@torch.no_grad()
+def pixel_energy(autoencoder: Autoencoder, latent: Tensor, step: float = 0.2) -> Tensor:
+    """Squared error of pixels per squared error of each latent channel, scaled to a mean of 1.
+
+    Args:
+        autoencoder: Its decoder is measured.
+        latent: Representative latents (B, 16, T', h, w).
+        step: Size of the random change that is made to one channel at a time.
+
+    Returns:
+        (16, 1, 1, 1).
+    """
+    draws = torch.Generator(latent.device).manual_seed(0)
+    clean = autoencoder.decode(latent)
+    energies = []
+    for channel in range(latent.shape[1]):
+        changed = latent.clone()
+        field = changed[:, channel]
+        field += step * torch.randn(field.shape, generator=draws, device=latent.device)
+        energies.append((autoencoder.decode(changed) - clean).square().mean())
+    energy = torch.stack(energies)
+    return (energy / energy.mean()).reshape(-1, 1, 1, 1)

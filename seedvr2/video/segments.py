@@ -130,7 +130,7 @@ def _check_limits(max_frames: int, overlap: int) -> tuple[int, int]:
     shared = padded_length(overlap) if overlap else 0
     if shared >= longest:
         raise ConfigError(
-            f"segments of {longest} frames (from max_frames {max_frames}) allow an overlap of 0 to "
+            f"segments of {longest} frames allow an overlap of 0 to "
             f"{longest - 4}, got {overlap}; lower the overlap or allow at least {shared + 4} frames"
         )
     return longest, shared

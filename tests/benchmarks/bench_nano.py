@@ -86,7 +86,9 @@ def main() -> None:
         parser.error(f"{options.folder}: no clip of {options.frames} frames in it")
     table = Table("item", *rows[0][1], title=f"{options.model}, x4, {options.frames} frames")
     for name, scores in [*rows, ("mean", {k: np.mean([s[k] for _, s in rows]) for k in rows[0][1]})]:
-        table.add_row(name, *(f"{value:.3f}" if "ssim" in k else f"{value:.2f}" for k, value in scores.items()))
+        table.add_row(
+            name, *(f"{value:.3f}" if "ssim" in k else f"{value:.2f}" for k, value in scores.items())
+        )
     Console(width=160).print(table)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,7 @@ def tiny_model(tmp_path_factory) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         autoencoder = Autoencoder(
-            AutoencoderConfig(
-                channels=(16, 32, 64, 64), encoder_resnets=1, decoder_resnets=1, norm_groups=4
-            )
+            AutoencoderConfig(channels=(16, 32, 64, 64), encoder_resnets=1, decoder_resnets=1, norm_groups=4)
         )
         crops = frames_to_pixels(np.stack(pictures(8)))[0].transpose(0, 1)
         start_linear(autoencoder, crops + 0.02 * torch.randn(crops.shape))
@@ -50,19 +49,20 @@ class Answer:
     err: str
 
 
+def run_command(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> Answer:
+    """Run `seedvr2` with arguments; what C libraries write counts as well."""
+    capfd.readouterr()
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    below = capfd.readouterr()
+    return Answer(result.exit_code, result.stdout + below.out, result.stderr + below.err)
+
+
 @pytest.fixture
 def run(capfd) -> Callable[..., Answer]:
-    """Run `seedvr2` with arguments; what C libraries write counts as well."""
-
-    def call(*arguments: str | Path) -> Answer:
-        capfd.readouterr()
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        below = capfd.readouterr()
-        return Answer(result.exit_code, result.stdout + below.out, result.stderr + below.err)
-
-    return call
+    """`run_command` for the test."""
+    return partial(run_command, capfd)
 
 
 def assert_one_line(answer: Answer, *parts: str | Path, code: int = 1) -> None:
