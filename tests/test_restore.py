@@ -33,7 +33,7 @@ from seedvr2.video.color import match_color
 from seedvr2.video.frame import PixelArray
 from seedvr2.video.io import open_video, scan
 from seedvr2.video.resize import frames_to_pixels, pixels_to_frames, resize_pixels
-from seedvr2.video.segments import Segment
+from seedvr2.video.segments import Segment, cross_fade_weights
 from seedvr2.video.write import EncodeSettings
 from tests.video.clips import cut, make_clip, packets
 from tests.video.synthetic import natural_clip
@@ -410,6 +410,30 @@ def test_frames_before_a_cut_do_not_depend_on_what_comes_after(tmp_path: Path, t
             pixels += list(decoder.pixels(plan, segment, result))
         restored.append(torch.cat(pixels, dim=2))
     assert torch.equal(restored[0], restored[1])
+
+
+def test_overlapping_segments_are_cross_faded(tmp_path: Path, tiny_model: Model) -> None:
+    source = picture_sequence(tmp_path / "in", footage(29))
+    options = RestoreOptions(scale=1, segment_frames=13, overlap=5)
+    plan = plan_restore(source, options)
+    generator, decoder = (
+        OneStepGenerator(tiny_model.generator, tiny_model.text),
+        Decoder(tiny_model.autoencoder),
+    )
+    joined = torch.zeros(1, 3, 29, 32, 32)
+    for segment, latent in latents(plan, tiny_model):
+        (restored,) = generator([latent], [segment_noise(plan, segment, latent)])
+        pixels = torch.cat(list(decoder.pixels(plan, segment, restored)), dim=2)
+        shared = slice(segment.start, segment.start + segment.overlap)
+        weights = cross_fade_weights(segment.overlap)[:, None, None]
+        blended = weights * joined[:, :, shared] + (1 - weights) * pixels[:, :, : segment.overlap]
+        joined[:, :, segment.start : segment.stop] = pixels
+        joined[:, :, shared] = blended
+    assert len(plan.segments) >= 3
+    restore_video(source, f"{tmp_path}/out/", tiny_model, options)
+    difference = np.abs(read(tmp_path / "out").astype(int) - pixels_to_frames(joined).astype(int))
+    assert difference.max() <= 1  # the tail of a segment is kept in half precision
+    assert np.count_nonzero(difference) < 0.02 * difference.size
 
 
 def test_no_seam_shows_between_overlapping_segments(tmp_path: Path, tiny_model: Model) -> None:

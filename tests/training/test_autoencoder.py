@@ -59,6 +59,16 @@ def test_a_step_depends_on_weights_batch_and_number_alone() -> None:
     assert first.step(pixels, 4) == second.step(pixels, 4)
 
 
+def test_every_step_draws_its_own_noise() -> None:
+    pixels = natural_crops(2, 16, seed=3).unsqueeze(2)
+    first, second, other = (
+        stage.step(pixels, step)["loss/l1"]
+        for stage, step in ((make_stage(), 4), (make_stage(), 5), (make_stage(seed=1), 4))
+    )
+    assert first != second
+    assert first != other
+
+
 def test_the_rate_follows_the_schedule() -> None:
     stage, pixels = make_stage(), natural_crops(1, 8, seed=3).unsqueeze(2)
     for step in (0, 10, 29):
