@@ -113,26 +113,4 @@ class CausalConv3d(nn.Module):
         if x.shape[2] == 1 and weight.shape[2] == 1:
             flat = F.conv2d(x[:, :, 0], weight[:, :, 0], self.bias, stride[1:], padding[1:])
             return flat.unsqueeze(2)
-        if _is_slow_in_3d(x):
-            return _convolve_taps(x, weight, self.bias, stride, padding)
         return F.conv3d(x, weight, self.bias, stride, padding)
-
-
-def _is_slow_in_3d(x: Tensor) -> bool:
-    """Whether PyTorch takes its slow 3-D kernel: one small fp32 sample on a CPU."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and len(x) == 1 and x[..., 0].numel() <= 20480
-
-
-def _convolve_taps(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: tuple[int, ...], padding: tuple[int, ...]
-) -> Tensor:
-    """The same convolution as a sum of 2-D ones, one for each tap in time."""
-    kernel = weight.shape[2]
-    frames = (x.shape[2] - kernel) // stride[0] + 1
-    total: Tensor | None = None
-    for tap in range(kernel):
-        seen = x[0, :, tap : tap + (frames - 1) * stride[0] + 1 : stride[0]].transpose(0, 1)  # (T', C, H, W)
-        share = F.conv2d(seen, weight[:, :, tap], bias if tap == 0 else None, stride[1:], padding[1:])
-        total = share if total is None else total.add_(share)
-    assert total is not None
-    return total.transpose(0, 1).unsqueeze(0)

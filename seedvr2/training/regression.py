@@ -143,6 +143,7 @@ class RegressionStage:
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "channel_weight": self.channel_weight,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -150,6 +151,7 @@ class RegressionStage:
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.channel_weight = state["channel_weight"].to(self.device)
 
     def export(self, folder: Path) -> None:
         """Write the averaged generator, the autoencoder and the prompts as a model directory, in fp16."""

@@ -69,8 +69,7 @@ def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize every frame, bicubic with antialiasing, and clamp what overshoots.
 
     Args:
-        pixels: (B, 3, T, H, W) in [-1, 1], float32. The released code resizes in [0, 1], which is the same
-            up to rounding, as the filter's weights sum to one.
+        pixels: (B, 3, T, H, W) in [-1, 1], float32. They are resized in [0, 1], as the released code does.
         size: Wanted (height, width). The same size returns `pixels` itself.
 
     Raises:
@@ -80,8 +79,9 @@ def resize_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     images = rearrange(pixels, "b c t h w -> b (c t) h w")
-    images = functional.interpolate(images, size=tuple(size), mode="bicubic", antialias=True)
-    return rearrange(images.clamp_(-1, 1), "b (c t) h w -> b c t h w", c=pixels.shape[1])
+    unit = images * 0.5 + 0.5
+    unit = functional.interpolate(unit, size=tuple(size), mode="bicubic", antialias=True).clamp_(0, 1)
+    return rearrange(unit.sub_(0.5).div_(0.5), "b (c t) h w -> b c t h w", c=pixels.shape[1])
 
 
 def crop_box(height: int, width: int, multiple: int = SIDE_MULTIPLE) -> tuple[int, int, int, int]:
