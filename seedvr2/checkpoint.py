@@ -125,8 +125,7 @@ def save_model(
         if dtype is not None:  # positions are exact only in fp32
             stored = {k: v if "frequencies" in k else v.to(dtype) for k, v in stored.items()}
         path = folder / f"{part}.safetensors"
-        with write_atomic(path) as temporary:
-            save_file(stored, temporary)
+        _write_tensors(path, stored)
         files[path.name] = FileRecord(sha256=file_digest(path), bytes=path.stat().st_size)
     record = ModelRecord(
         name=name,
@@ -273,6 +272,13 @@ def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], ori
         )
 
 
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with write_atomic(path) as temporary:
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary)
+        temporary.chmod(mode)  # safetensors makes files that nobody else may read
+
+
 def _fill(network: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
     check_tensors(tensors, network.state_dict(), origin)
     network.load_state_dict(tensors, strict=True, assign=True)
@@ -295,8 +301,7 @@ def save_training_state(folder: Path, state: dict[str, Any]) -> None:
         return {"value": node}
 
     tree = strip(state, "")
-    with write_atomic(folder / "state.safetensors") as temporary:
-        save_file(tensors, temporary)
+    _write_tensors(folder / "state.safetensors", tensors)
     with write_atomic(folder / "state.json") as temporary:
         temporary.write_text(json.dumps(tree), encoding="utf-8")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from seedvr2.checkpoint import load_training_state, save_training_state
 from seedvr2.errors import CheckpointError, TrainingDiverged
+from seedvr2.storage import write_atomic
 from seedvr2.training.stage import BatchT, Stage
 
 COMPLETE = "COMPLETE"
@@ -32,7 +33,7 @@ def train(
         stage: What is trained.
         batches: Step number to batch.
         steps: Updates in all.
-        folder: The run: metrics.jsonl, checkpoints/step-*/, model/. Its last checkpoint is resumed.
+        folder: The run: metrics.jsonl (row n is step n), checkpoints/step-*/, model/. Its last checkpoint is resumed.
         checkpoint_every: Updates between checkpoints; the two latest are kept.
         on_step: Called after each update with its number and metrics.
 
@@ -42,6 +43,7 @@ def train(
     """
     first = resume(stage, folder / "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
+    _forget(folder / "metrics.jsonl", first)
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
         for step in range(first, steps):
             began = time.perf_counter()
@@ -85,6 +87,14 @@ def resume(stage: Stage[BatchT], checkpoints: Path) -> int:
             f"{latest}: does not fit stage {stage.name!r} with this configuration; train in another folder"
         ) from error
     return int(latest.name.removeprefix("step-"))
+
+
+def _forget(log: Path, first: int) -> None:
+    """Drop the metrics of steps that are done again."""
+    if log.exists():
+        rows = log.read_text(encoding="utf-8").splitlines(keepends=True)[:first]
+        with write_atomic(log) as temporary:
+            temporary.write_text("".join(rows), encoding="utf-8")
 
 
 def _checkpoint(stage: Stage[BatchT], checkpoints: Path, step: int) -> None:

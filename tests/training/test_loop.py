@@ -233,3 +233,11 @@ def test_the_learning_rate_rises_holds_and_falls() -> None:
 def test_the_learning_rate_may_stay_the_same() -> None:
     settings = OptimiserConfig(lr=0.5, warmup=0, decay=0.0)
     assert {settings.lr_at(step, 20) for step in range(20)} == {0.5}
+
+
+def test_steps_that_are_done_again_are_logged_once(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(LineStage(), interrupted_at(5), 8, tmp_path, checkpoint_every=3)
+    assert len(rows(tmp_path)) == 5
+    train(LineStage(), batches, 8, tmp_path, checkpoint_every=3)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(8))
