@@ -70,7 +70,8 @@ class Case:
 
 
 def assert_same_draw(latent: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(latent.contiguous(), expected, rtol=0, atol=1e-5)
+    """Within 1e-5, and 2 parts in a million of large draws, which is what another convolution kernel rounds."""
+    torch.testing.assert_close(latent.contiguous(), expected, rtol=2e-6, atol=1e-5)
 
 
 def channels_first(tokens: Tensor) -> Tensor:

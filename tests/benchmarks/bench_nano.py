@@ -1,6 +1,6 @@
 """Quality of a model on a folder of clean clips: degraded x4 with fixed seeds, restored, compared with bicubic.
 
-    python -m tests.benchmarks.bench_nano FOLDER [--model DIRECTORY] [--frames 9] [--size 256]
+    python -m tests.benchmarks.bench_nano [FOLDER] [--model DIRECTORY] [--frames 9] [--size 256]
 
 Coded video of at least 480 lines is halved first, so that its own artefacts do not count as ground truth. Every
 clip gives items from a third and two thirds of its length, cropped around the centre.
@@ -28,7 +28,9 @@ from seedvr2.video.resize import frames_to_pixels, pixels_to_frames, resize_pixe
 
 def items(folder: Path, frames: int, size: int):
     """Named clean clips (T, H, W, 3) uint8 with sides that are multiples of 16."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in (
+        [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    ):
         try:
             found = scan(path)
         except VideoError:
@@ -70,7 +72,7 @@ def measure(model: Model, clean: np.ndarray, seed: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("../shared/media/eval/clips"))
+    parser.add_argument("folder", type=Path, nargs="?", default=bundled_model() / "demo" / "hq.mp4")
     parser.add_argument("--model", type=Path, default=bundled_model())
     parser.add_argument("--frames", type=int, default=9, help="4n + 1")
     parser.add_argument("--size", type=int, default=256, help="largest side of a crop, pixels")
