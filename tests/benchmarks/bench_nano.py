@@ -7,6 +7,7 @@ clip gives items from a third and two thirds of its length, cropped around the c
 """
 
 import argparse
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -39,7 +40,7 @@ def items(folder: Path, frames: int, size: int):
             if start + frames > found.frames:
                 continue
             with open_video(path, start=int(start), known=found) as source:
-                taken = [frame.data for frame, _ in zip(source, range(frames), strict=False)]
+                taken = [frame.data for frame in islice(source, frames)]
             if min(taken[0].shape[:2]) >= 480:
                 half = (taken[0].shape[1] // 2, taken[0].shape[0] // 2)
                 taken = [cv2.resize(frame, half, interpolation=cv2.INTER_AREA) for frame in taken]
