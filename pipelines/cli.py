@@ -43,10 +43,9 @@ class OneLineErrors(click.Group):
         except SeedVR2Error as error:
             raise _failure(str(error), 2 if isinstance(error, ConfigError) else 1) from error
         except KeyboardInterrupt as error:
+            resumes = ctx.invoked_subcommand in ("restore", "demo", "train")
             kept = "finished parts are kept, the same command continues after them"
-            raise _failure(
-                f"interrupted; {kept if ctx.invoked_subcommand == 'restore' else 'nothing is kept'}", 130
-            ) from error
+            raise _failure(f"interrupted; {kept if resumes else 'nothing is kept'}", 130) from error
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise

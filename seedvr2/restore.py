@@ -368,7 +368,8 @@ class Parts:
     @classmethod
     def beside(cls, output: Path, plan: Plan, model_digest: str, precision: str) -> Self:
         """The directory for this output, named after everything that determines its content."""
-        determined = [__version__, plan.found.digest, plan.options.model_dump_json(), model_digest, precision]
+        choices = plan.options.model_dump_json(exclude={"audio", "strict"})
+        determined = [__version__, plan.found.digest, choices, model_digest, precision]
         key = hashlib.sha256("\n".join(determined).encode()).hexdigest()[:12]
         prefix = f".{output.name}.parts-"
         for other in output.parent.glob(f"{glob.escape(prefix)}*"):

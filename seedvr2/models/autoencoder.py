@@ -8,7 +8,6 @@ its length.
 Source: spec of the released video autoencoder; SeedVR2 (arXiv 2506.05301), Sec. 3.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -333,8 +332,3 @@ def _regroup(pieces: Iterable[Tensor], first: int, later: int) -> Iterator[Tenso
             wanted = later
     if held:
         yield torch.cat(held, dim=2)
-
-
-def parameters_of(module: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(math.prod(parameter.shape) for parameter in module.parameters())

@@ -93,8 +93,10 @@ def _refuse_source(output: str | Path, info: VideoInfo, kind: str) -> None:
     source = Path(info.path)
     if kind == "sequence":
         directory = sequence_pattern(output).parent
-        sources = list_pictures(info.path) if info.kind == "sequence" else None
-        is_source = sources is not None and directory.is_dir() and directory.samefile(sources[0].parent)
+        sources: tuple[Path, ...] = (source,) if info.kind == "picture" else ()
+        if info.kind == "sequence":
+            sources = list_pictures(info.path) or ()
+        is_source = bool(sources) and directory.is_dir() and directory.samefile(sources[0].parent)
     else:
         is_source = Path(output).exists() and source.exists() and source.samefile(output)
     if is_source:

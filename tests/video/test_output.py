@@ -134,3 +134,10 @@ def test_one_picture_does_not_hold_a_video(tmp_path):
     check_output(tmp_path / "a.png", replace(INFO, frame_count=1), H264)
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "in.jpg")
     check_output(tmp_path / "a.png", probe(tmp_path / "in.jpg"), H264)
+
+
+def test_a_picture_is_not_restored_into_its_own_directory(tmp_path):
+    picture = tmp_path / "000001.png"
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(picture)
+    with pytest.raises(VideoError, match="is the source"):
+        check_output(f"{tmp_path}/", probe(picture), EncodeSettings(), overwrite=True)
