@@ -33,7 +33,7 @@ from seedvr2.checkpoint import Model, TextEmbedding
 from seedvr2.config import Config
 from seedvr2.errors import ConfigError
 from seedvr2.flow import FULL_NOISE, build_condition, keyed_latent_noise, latent_from_velocity
-from seedvr2.models.autoencoder import Autoencoder
+from seedvr2.models.autoencoder import Autoencoder, Posterior
 from seedvr2.models.generator import Generator
 from seedvr2.storage import write_atomic
 from seedvr2.video.color import ColorMethod, match_color
@@ -212,16 +212,17 @@ class Encoder:
         pixels = (piece.to(weight.device, weight.dtype) for piece in source_pixels(plan, segment))
         latents: list[Tensor] = []
         for posterior in self.autoencoder.encode_stream(pixels):
-            mean, log_variance = posterior.mean[0].float().cpu(), posterior.log_variance[0].float().cpu()
+            posterior = Posterior(posterior.mean.float().cpu(), posterior.log_variance.float().cpu())
+            draw = posterior.mode()[0]
             if plan.options.posterior == "sample":
                 first = segment.start + 4 * sum(latent.shape[1] for latent in latents)
-                channels, frames, height, width = mean.shape
+                channels, frames, height, width = draw.shape
                 shape = (channels, frames, height, width)
                 noise = keyed_latent_noise(plan.options.seed, plan.found.digest, "posterior", first, shape)
-                mean = mean + torch.exp(0.5 * log_variance) * noise
-            latents.append(self.autoencoder.to_latent(mean))
+                draw = posterior.sample(noise=noise[None])[0]
+            latents.append(self.autoencoder.to_latent(draw))
             if on_frames:
-                on_frames(4 * mean.shape[1])
+                on_frames(4 * draw.shape[1])
         return torch.cat(latents, dim=1)
 
 

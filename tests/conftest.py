@@ -95,3 +95,23 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_folder: Path) -> Model:
     """The model of `tiny_folder`. Not to be changed."""
     return load_model(tiny_folder)
+
+
+def released_generator_config(released: dict[str, Any]) -> GeneratorConfig:
+    """Our configuration from the released one stored beside a reference checkpoint."""
+    shares = "mm_layers" in released
+    return GeneratorConfig(
+        width=released["vid_dim"],
+        heads=released["heads"],
+        head_dim=released["head_dim"],
+        layers=released["num_layers"],
+        separate_layers=released["mm_layers"] if shares else released["num_layers"],
+        text_channels=released["txt_in_dim"],
+        mlp="swiglu" if released["mlp_type"] == "swiglu" else "gelu",
+        rope="language" if released.get("rope_type") == "mmrope3d" else "pixel",
+        output_norm="vid_out_norm" in released,
+        video_only_last_layer=shares,
+        num_windows=tuple(released["window"][0]),
+        latent_channels=released["vid_out_channels"],
+        norm_eps=released["norm_eps"],
+    )

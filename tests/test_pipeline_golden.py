@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from seedvr2.checkpoint import TextEmbedding
-from seedvr2.config import GeneratorConfig
 from seedvr2.flow import build_condition, guide, noise_condition, sample_euler, trailing_timesteps
 from seedvr2.models.autoencoder import Autoencoder
 from seedvr2.models.generator import Generator
@@ -37,7 +36,7 @@ from seedvr2.restore import (
 )
 from seedvr2.video.resize import crop_to_multiple, frames_to_pixels, pixels_to_frames, resize_pixels
 from seedvr2.video.segments import Segment, plan_segments
-from tests.conftest import golden_cases, load_golden, max_difference
+from tests.conftest import golden_cases, load_golden, max_difference, released_generator_config
 
 pytestmark = pytest.mark.golden
 
@@ -82,28 +81,9 @@ def tokens(latent: Tensor) -> Tensor:
     return rearrange(latent, "c t h w -> t h w c")
 
 
-def config_of(released: dict[str, object]) -> GeneratorConfig:
-    shares = "mm_layers" in released
-    return GeneratorConfig(
-        width=released["vid_dim"],
-        heads=released["heads"],
-        head_dim=released["head_dim"],
-        layers=released["num_layers"],
-        separate_layers=released["mm_layers"] if shares else released["num_layers"],
-        text_channels=released["txt_in_dim"],
-        mlp="swiglu" if released["mlp_type"] == "swiglu" else "gelu",
-        rope="language" if released.get("rope_type") == "mmrope3d" else "pixel",
-        output_norm="vid_out_norm" in released,
-        video_only_last_layer=shares,
-        num_windows=tuple(released["window"][0]),
-        latent_channels=released["vid_out_channels"],
-        norm_eps=released["norm_eps"],
-    )
-
-
 def reference_generator(folder: Path) -> Generator:
     weights, facts = load_golden(folder / "weights.safetensors")
-    config = config_of(facts["config"])
+    config = released_generator_config(facts["config"])
     generator = Generator(config).eval()
     generator.load_state_dict(generator_from_released(weights, config), strict=True)
     return generator

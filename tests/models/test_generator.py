@@ -10,7 +10,7 @@ from seedvr2.errors import ConfigError, ShapeError
 from seedvr2.models.generator import Generator
 from seedvr2.models.rope import rope_frequencies
 from seedvr2.released import generator_from_released
-from tests.conftest import golden_cases, load_golden, max_difference
+from tests.conftest import golden_cases, load_golden, max_difference, released_generator_config
 
 CONFIG_3B = GeneratorConfig()
 CONFIG_7B = GeneratorConfig(
@@ -35,27 +35,6 @@ def small_batch(config, sizes=((3, 12, 44), (1, 8, 6), (2, 48, 10)), text_length
     return videos, torch.linspace(1000, 125, len(sizes)), texts
 
 
-def config_of(facts):
-    """Our configuration from the released one stored beside a reference checkpoint."""
-    released = facts["config"]
-    shares = "mm_layers" in released
-    return GeneratorConfig(
-        width=released["vid_dim"],
-        heads=released["heads"],
-        head_dim=released["head_dim"],
-        layers=released["num_layers"],
-        separate_layers=released["mm_layers"] if shares else released["num_layers"],
-        text_channels=released["txt_in_dim"],
-        mlp="swiglu" if released["mlp_type"] == "swiglu" else "gelu",
-        rope="language" if released.get("rope_type") == "mmrope3d" else "pixel",
-        output_norm="vid_out_norm" in released,
-        video_only_last_layer=shares,
-        num_windows=tuple(released["window"][0]),
-        latent_channels=released["vid_out_channels"],
-        norm_eps=released["norm_eps"],
-    )
-
-
 def cases_holding(key):
     """The golden cases that store a tensor of this name."""
     cases = golden_cases("dit_*/case_*.safetensors")
@@ -70,7 +49,7 @@ def reference_run(path, **options):
     """A generator with reference weights, the inputs of a case, and all tensors of the case."""
     case, _ = load_golden(path)
     weights, facts = load_golden(path.parent / "weights.safetensors")
-    config = config_of(facts)
+    config = released_generator_config(facts["config"])
     generator = Generator(config, **options).eval()
     generator.load_state_dict(generator_from_released(weights, config), strict=True)
     shapes = [tuple(shape) for shape in case["in.vid_shape"].tolist()]
